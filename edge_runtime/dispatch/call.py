@@ -46,8 +46,8 @@ class Call:
         host: str = "",
         generation: int = 0,
     ) -> None:
-        """`done` is called with the outcome, from within the dispatch: it must not raise. An empty `script` is
-        /functions/NAME. The rest is as in `request_head.RequestTexts`."""
+        """`done` is called with the outcome, from within the dispatch: it must not raise. Without a route, an
+        empty `script` is /functions/NAME. The rest is as in `request_head.RequestTexts`."""
         self.name = name
         self.method = method
         self.path = path
@@ -57,7 +57,7 @@ class Call:
         self.body = body
         self.ended = False
         self.done = done
-        self.script = script or f"/functions/{name}"
+        self.script = script if route else script or f"/functions/{name}"
         self.route = route
         self.params = params
         self.via = via

@@ -34,7 +34,7 @@ def encode(request: Request, function: str) -> bytes:
         headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in request.headers]
     except UnicodeEncodeError:
         raise RequestUnfit(UNSENDABLE) from None
-    script = request.script or f"/functions/{function}"
+    script = request.script if request.route else request.script or f"/functions/{function}"
     return encode_head(
         0, 0, PLAIN, request.method, request.path, query, headers, script, request.route, request.params,
         request.remote_address,

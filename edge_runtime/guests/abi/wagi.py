@@ -58,7 +58,7 @@ def _variable(name: str) -> str:
 def arguments(request: Request, function: str) -> list[str]:
     """Return the command line for a call, as WAGI defines it: the path, and the parts of the query, as they were sent.
     A NUL in them is refused by `environment`."""
-    script = request.script or f"/functions/{function}"
+    script = request.script if request.route else request.script or f"/functions/{function}"
     return [script + request.path, *filter(None, request.query.split("&"))]
 
 
@@ -73,7 +73,7 @@ def environment(request: Request, function: str, settings: Mapping[str, str]) ->
 
     Raises: RequestUnfit, when a value has a NUL.
     """
-    script = request.script or f"/functions/{function}"
+    script = request.script if request.route else request.script or f"/functions/{function}"
     path = unquote_to_bytes(request.path.encode("latin-1")).decode("latin-1") if "%" in request.path else request.path
     variables = {
         "GATEWAY_INTERFACE": "CGI/1.1",

@@ -415,3 +415,7 @@ async def test_routes_lead_to_their_functions(tmp_path: Path, monkeypatch: pytes
         async with edge.http.get("/orders/7") as answer:
             assert answer.status == 404
         assert (await got("/o/7", "DELETE"))["PATH_PARAM_ID"] == "7"
+        # A route for all paths has all of them behind it, as no function's name is before it.
+        await edge.release({"all": (env, {"route": {"path": "/{path...}"}})})
+        found = await got("/orders/7")
+        assert (found["SCRIPT_NAME"], found["PATH_INFO"]) == ("", "/orders/7")

@@ -65,6 +65,9 @@ def test_a_c_function_sees_the_request(load):
         b"",
     ]
 
+    request = Request("GET", "/echo", route="/{all...}", params=[("all", "echo")])
+    assert load(guest("direct")).call(request).body.split(b"\n")[3:5] == [b"script ", b"route /{all...}"]
+
 
 def test_config_is_its_environment_and_output_its_log(load):
     loaded = load(guest("direct"), CallLimits(log_bytes=12), {"GREETING": "ü"})
