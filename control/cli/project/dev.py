@@ -93,7 +93,7 @@ class LocalEdge:
                 if told["event"] == "call":
                     _show_call(told)
                 elif told["event"] == "log":
-                    output.say(f"  | {told['text']}", style="dim")
+                    output.say(f"  | {output.logged(told['text'])}", style="dim")
                 elif told["event"] == "compiling":
                     output.say(f"compiling {told['what']}; that takes a while", style="yellow")
                 else:

@@ -126,4 +126,4 @@ def _show(ended: Ended) -> None:
     for note in result.notes:
         output.say(f"      note: {note}", style="yellow")
     for line in result.log.decode("utf-8", "replace").splitlines():
-        output.say(f"      | {line}", style="dim")
+        output.say(f"      | {output.logged(line)}", style="dim")

@@ -47,7 +47,6 @@ SCRIPT = (
 )  # fmt: skip
 """Options with which esbuild makes the script of a function: one ES module, and its source map beside it."""
 _TOOL = re.compile(r"\{(\w+)\}")
-_LEVEL = re.compile(r"^<\d>")
 _EDITION = re.compile(r"--edition[= ](\d{4})\b")
 _RUST_FILE = re.compile(r"(\S+\.rs)(?:\s|$)")
 
@@ -297,7 +296,7 @@ async def build(source: FunctionSource, secrets: Mapping[str, str] | None = None
             source.script, source.module, source.manifest, project=source.folder, secrets=secrets
         )
         for line in log.splitlines():
-            output.note(f"  | {_LEVEL.sub('', line)}", style="dim")
+            output.note(f"  | {output.logged(line)}", style="dim")
     elif source.snapshot is not None:
         pages = msgspec.convert(source.manifest, Manifest).memory_pages
         await snapshots.made(

@@ -3,6 +3,7 @@
 Text from control and nodes may contain anything, so control characters are kept from the terminal.
 """
 
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
@@ -22,6 +23,7 @@ DIRECTIONS = (0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A))
 Columns = Mapping[str, str | Callable[[Json], object]]
 """The columns of a list by heading: a field of an item, or a function of the item."""
 _CONTROL = {c: "\ufffd" for c in (*range(0x20), *range(0x7F, 0xA0), *DIRECTIONS) if c not in (0x09, 0x0A)}
+_LEVEL = re.compile(r"^<\d>")
 
 
 def clean(value: object) -> str:
@@ -44,6 +46,11 @@ def say(text: str, style: str | None = None) -> None:
 def note(text: str, style: str | None = None) -> None:
     """Print a line to stderr, so that it never mixes with what a script reads."""
     console(error=True).print(clean(text), style=style, soft_wrap=True)
+
+
+def logged(line: str) -> str:
+    """Return a line of a function's log without the level before it: what a person reads has it in other ways."""
+    return _LEVEL.sub("", line)
 
 
 def document(value: object) -> None:
