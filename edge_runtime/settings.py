@@ -158,8 +158,8 @@ class EdgeSettings:
     engine_compile_limit: float = seconds(
         1800.0,
         "Seconds that the compiler may take for the engine of a snapshot, such as JavaScript's, at the best level.",
-        "It is compiled once for all functions of the engine; the release that brings the first one waits for it. A "
-        "desktop takes 17 s for JavaScript's.",
+        "It is compiled once for all functions of the engine; the release that brings the first one waits for it: a "
+        "minute for JavaScript's, on a machine with two cores.",
     )
     lock_wait: float = seconds(10.0, "Seconds that a call may wait for the writer lock.")
     lock_hold: float = seconds(5.0, "Seconds that a call may hold the writer lock.")
