@@ -42,7 +42,7 @@ static JSValue entry, finish, timers, report;
 /* ---- Memory: size classes over a region that only grows. `seal` drops the free lists and begins a new region, so that
  * what a call allocates lies together and not between the snapshot's objects: it dirties few pages. */
 
-#define CLASSES 48
+#define CLASSES 108
 typedef struct Block {
   struct Block *next;
 } Block;
@@ -80,18 +80,12 @@ static Header *header_of(const void *place) { return (Header *)place - 1; }
 void *malloc(size_t size) {
   if (size > 0x7fff0000) return NULL;
   unsigned class = class_of(size);
-  size_t room;
-  if (class < CLASSES) {
-    Block *found = lists[class];
-    if (found) {
-      lists[class] = found->next;
-      return found;
-    }
-    room = size_of(class);
-  } else {
-    room = ((size + 23) & ~(size_t)15) + 8 - 16;
-    if (room < size) room += 16;
+  Block *found = lists[class];
+  if (found) {
+    lists[class] = found->next;
+    return found;
   }
+  size_t room = size_of(class);
   if ((size_t)(limit - bump) < room + sizeof(Header) && !grow(room + sizeof(Header))) return NULL;
   Header *made = (Header *)bump;
   bump += room + sizeof(Header);
@@ -101,7 +95,7 @@ void *malloc(size_t size) {
 }
 
 void free(void *place) {
-  if (!place || header_of(place)->class >= CLASSES) return;
+  if (!place) return;
   ((Block *)place)->next = lists[header_of(place)->class];
   lists[header_of(place)->class] = place;
 }
@@ -1068,8 +1062,8 @@ EXPORT(skerry_init) void skerry_init(void) {
   free(source.bytes);
   log_rejections();
   JS_RunGC(runtime);
-  /* A call's garbage goes with its instance. */
-  JS_SetGCThreshold(runtime, 16 << 20);
+  /* The garbage of most calls goes with their instance. */
+  JS_SetGCThreshold(runtime, 8 << 20);
   seal(4);
   building = false;
 }

@@ -182,6 +182,12 @@ ROWS: dict[str, tuple[str, Any]] = {
         "return [env.config, env.secrets, ctx.user, ctx.route, ctx.params, ctx.client];",
         [{"GREETING": "hé"}, {"KEY": "sesame"}, "", "", {}, "127.0.0.1"],
     ),
+    "memory that is given back": (
+        """let n = 0; for (let i = 0; i < 3000; i++) n += "x".repeat(100000 + (i % 7)).length;
+        for (let i = 0; i < 200; i++) { const a = { b: new Uint8Array(1000000) }; a.a = a; n += a.b.length; }
+        return n;""",
+        3000 * 100_000 + sum(i % 7 for i in range(3000)) + 200 * 1_000_000,
+    ),
     "what isn't there": (
         """return [typeof require, typeof process, typeof WebAssembly, typeof WebSocket, await rejected(
             crypto.subtle.encrypt()), await rejected(fetch("http://127.0.0.1:1/")),
