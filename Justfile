@@ -110,10 +110,11 @@ docs: setup
     .venv/bin/python -m sphinx -W --keep-going --quiet --fresh-env --builder html --doctree-dir .skerry/docs docs site
     @exec {{ pytest }} --quiet tests/docs
 
-# build the modules that the tree has in it, from the sources beside them: two examples, the Extism kernel, JavaScript's engine
+# build the modules that the tree has in it, from the sources beside them: three examples, the Extism kernel, JavaScript's engine
 guests: setup
     @.venv/bin/python -m tests.guests.build
     @.venv/bin/python -m scripts.javascript_engine
+    @.venv/bin/skerry function build examples/greetings
 
 # record the README's picture, docs/images/terminal.svg, again: real commands, on servers started for them
 picture: setup

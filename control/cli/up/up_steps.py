@@ -18,13 +18,13 @@ import click
 from control.cli import migrate, signing_in
 from control.cli.support import options, output, releasing
 from control.cli.support.client import HOME_FILE, Client, ConnectionSettings, Failure, Json, RequestRefused, home, path
-from control.cli.up import example, installation
+from control.cli.up import installation
+from control.cli.up.example import GREETINGS, GROUP, HELLO, Example, function_version, schema_change
+from control.cli.up.example import release as make_release
 from control.local import embedded, pki
 from control.local.process import ServiceError, read_settings, write_settings
 from control.protocol.bounded_http_client import BoundedConnector
 
-ARRIVAL_LIMIT = 60.0
-"""Seconds within which the edge must run the example's release."""
 CALL_LIMIT = 20.0
 """Seconds in which the edge may answer that it isn't ready yet, since it has just been started."""
 
@@ -34,7 +34,11 @@ class StepFailed(Failure):
 
 
 @click.command()
-@click.option("--demo", is_flag=True, help="End by itself after the call: with 0, or with 1 at the first failed step.")
+@click.option(
+    "--demo",
+    is_flag=True,
+    help="Deploy a function in TypeScript, too, and then end by itself: with 0, or with 1 at the first failed step.",
+)
 @options.asynchronous
 async def command(demo: bool) -> None:
     """Start everything on this machine and deploy an example.
@@ -150,10 +154,16 @@ class Up:
         async with self._step("edge") as told:
             await self._start_edge(stack, held, edge_url)
             told.append(f"node {installation.NODE} serves {edge_url}")
-        new = await self._deploy(client)
-        async with self._step("call") as told:
-            told.append(await called(edge_url, example.ANSWER if new else None, must=new or demo))
+        await self._show(client, edge_url, HELLO, demo=demo)
+        if demo:
+            await self._show(client, edge_url, GREETINGS, demo=demo)
         return client
+
+    async def _show(self, client: Client, edge_url: str, example: Example, *, demo: bool) -> None:
+        """Deploy an example, if that wasn't done before, and call it."""
+        new = await self._deploy(client, example)
+        async with self._step("call") as told:
+            told.append(await called(edge_url, example, known=new, must=new or demo))
 
     async def _start_control(
         self, stack: AsyncExitStack, held: int, settings: dict[str, str], url: str, ca: Path
@@ -187,7 +197,7 @@ class Up:
         if installation.point_edge(self._home, url):
             return
         async with self._step("join") as told:
-            made = await client.post(path("join-tokens"), {"group": example.GROUP})
+            made = await client.post(path("join-tokens"), {"group": GROUP})
             arguments = ["edge_runtime.cli.main", "join", "--control", url, "--state", str(self._home.edge)]
             arguments += ["--name", installation.NODE]
             await installation.PythonService(
@@ -206,24 +216,29 @@ class Up:
         await child.start(ready)
         self._children.append(installation.SupervisedServer(child, lambda: child.start(ready)))
 
-    async def _deploy(self, client: Client) -> bool:
-        """Deploy the example, only the first time, so that later changes of an operator stay; return whether it was."""
-        if self._home.read().get("example"):
+    async def _deploy(self, client: Client, example: Example) -> bool:
+        """Deploy an example, only the first time, so that later changes of an operator stay; return whether it was."""
+        deployed = self._home.read().get("examples", [])
+        if example.function in deployed:
             return False
-        async with self._step("schema change") as told:
-            change = await example.schema_change(client)
-            told.append(f"{change['number']} ({change['name']})")
+        change = None
+        if example.change:
+            async with self._step("schema change") as told:
+                change = await schema_change(client, example)
+                told.append(f"{change['number']} ({change['name']})")
         async with self._step("function") as told:
-            version = await example.function_version(client)
+            version = await function_version(client, example)
             told.append(f"{version['name']}@{version['version']}, {output.size(version['size'])}")
         async with self._step("release") as told:
-            release = await example.release(client, version, change)
+            release = await make_release(client, version, change)
             told.append(f"{release['number']} of group {release['group']}")
+        if example.note:
+            output.say(f"{'':12}{example.note}")
         async with self._step("sync") as told:
-            followed = await releasing.follow(client, release, ARRIVAL_LIMIT, offline_too=True, quiet=True)
-            followed.check(release, ARRIVAL_LIMIT, quiet=True)
+            followed = await releasing.follow(client, release, example.arrival_limit, offline_too=True, quiet=True)
+            followed.check(release, example.arrival_limit, quiet=True)
             told.append(f"node {installation.NODE} runs release {release['number']}")
-        self._home.keep(example=True)
+        self._home.keep(examples=[*deployed, example.function])
         return True
 
     def _tell_what_next(self, url: str, made: Json) -> None:
@@ -271,7 +286,7 @@ def next_commands() -> list[str]:
     skerry = "skerry" if here else shlex.quote(os.path.relpath(script))
     if os.environ.get("SKERRY_HOME"):
         skerry = f"SKERRY_HOME={shlex.quote(os.path.relpath(home()))} {skerry}"
-    visits = shlex.quote(os.path.relpath(example.folder().with_name("visits")))
+    visits = shlex.quote(os.path.relpath(HELLO.folder.with_name("visits")))
     return [
         f"{skerry} status",
         f"{skerry} invoke hello '?name=Grace&language=fr'",
@@ -302,15 +317,16 @@ def _ready(url: str, tls: ssl.SSLContext | None) -> installation.Ready:
     return ready
 
 
-async def called(edge_url: str, expected: str | None, *, must: bool) -> str:
-    """Call the example and return a line about its answer.
+async def called(edge_url: str, example: Example, *, known: bool, must: bool) -> str:
+    """Call an example and return a line about its answer.
 
-    `expected` is the answer, or None if it isn't known: an operator may have released another version since. With
-    `must`, any status but 200 is also a failure.
+    If the answer isn't `known`, an operator may have released another version since. With `must`, any status but 200 is
+    also a failure.
 
     Raises: Failure, when the answer is wrong.
     """
-    call = f"{edge_url}/functions/{example.FUNCTION}{example.REQUEST}"
+    call = f"{edge_url}/functions/{example.function}{example.request}"
+    expected = example.answer if known else None
     began = time.monotonic()
     while True:
         status, text = await _call(call)

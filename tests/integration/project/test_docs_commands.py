@@ -19,13 +19,12 @@ from pathlib import Path
 import psutil
 import pytest
 
-from control.cli.project import script_modules, toolchains
-from control.cli.project.authoring import BUILD_FILES, EDITORS_SCHEMA, LANGUAGES
-from edge_runtime.aot_cache import FOLDER, copy_engines, users_folder
+from control.cli.project import script_modules
+from control.cli.project.authoring import BUILD_FILES, EDITORS_SCHEMA
 from tests.guests.build import CACHE
 from tests.support import projects
 from tests.support.deadlines import scaled
-from tests.support.programs import command
+from tests.support.engines import give_engine
 from tests.support.shell_programs import ShellPrograms, shell_programs
 from tests.support.up import ROOT, Up, ready_up
 
@@ -158,19 +157,10 @@ def run_blocks(told: list[Block], up: Up, programs: ShellPrograms, folder: Path)
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+def up() -> Iterator[Up]:
     for running in ready_up():
-        asyncio.run(give_engine(running, tmp_path_factory.mktemp("engine") / "notes"))
+        asyncio.run(give_engine(running.home / "edge"))
         yield running
-
-
-async def give_engine(up: Up, folder: Path) -> None:
-    """Its node needn't compile JavaScript's engine: that takes a minute, and is done once on this machine."""
-    if not toolchains.missing(LANGUAGES["ts"], ROOT):
-        await projects.made("ts", folder)
-        tested = await command("control.cli", "test", folder, limit=projects.COMPILERS)
-        assert tested.status == 0, tested
-        copy_engines(users_folder(), up.home / "edge" / FOLDER)
 
 
 @pytest.fixture(scope="module")

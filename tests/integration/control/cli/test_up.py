@@ -19,9 +19,11 @@ import pytest
 
 from control.access.sessions import COOKIE
 from control.cli.up import installation
+from control.cli.up.example import GREETINGS
 from control.local.process import ServiceError
 from tests.support.cookies_and_forms import ConsoleBrowser
 from tests.support.deadlines import scaled
+from tests.support.engines import give_engine
 from tests.support.up import LIMIT, Shell, Up, make_home
 
 
@@ -172,6 +174,7 @@ def test_killed_and_started_again(
 
 
 def test_on_services_that_the_environment_names(new_home: Path, empty_database_url: str, bucket_url: str) -> None:
+    asyncio.run(give_engine(new_home / "edge"))
     running = Up(new_home, "--demo", SKERRY_METADATA_URL=empty_database_url, SKERRY_ARTIFACTS_URL=bucket_url)
     try:
         assert running.process.wait(scaled(LIMIT)) == 0, running.output
@@ -179,6 +182,7 @@ def test_on_services_that_the_environment_names(new_home: Path, empty_database_u
         running.end()
     assert "that the environment names" in running.output
     assert "こんにちは, Ada!" in running.output
+    assert f"/functions/greetings answers {GREETINGS.answer}" in running.output
     assert not (new_home / "metadata").exists()
     for url in (empty_database_url, bucket_url):
         assert urlsplit(url).password not in running.output

@@ -1,6 +1,7 @@
 """Each language's project, as `skerry function new` writes it: built by its compiler, and run through a real edge."""
 
 import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -135,3 +136,14 @@ async def test_its_standard_library_runs_on_the_edge(
         assert (status, code) in ((502, "guest_trap"), (502, "guest_exit"))
         assert "on purpose" in caplog.text
         assert (await edge.call("std", b"x"))[0] == 200
+
+
+async def test_the_module_in_the_tree_is_what_its_source_gives(tmp_path: Path) -> None:
+    """With the engine that is in the tree. `just guests` builds both anew."""
+    projects.needs("ts")
+    example = projects.ROOT / "examples" / "greetings"
+    for name in ("function.toml", "main.ts"):
+        shutil.copyfile(example / name, tmp_path / name)
+    built = await projects.built(tmp_path)
+    assert built.status == 0, built.err
+    assert (tmp_path / "greetings.wasm").read_bytes() == (example / "greetings.wasm").read_bytes()

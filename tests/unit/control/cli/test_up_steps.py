@@ -13,7 +13,8 @@ from aiohttp import web
 
 from control.cli.support import options
 from control.cli.support.client import Failure
-from control.cli.up import example, installation, up_steps
+from control.cli.up import installation, up_steps
+from control.cli.up.example import HELLO
 from control.local.process import ServiceError
 
 
@@ -27,7 +28,7 @@ async def edge(*answers: tuple[int, str]) -> AsyncIterator[str]:
         return web.Response(status=status, text=text)
 
     app = web.Application()
-    app.router.add_get(f"/functions/{example.FUNCTION}", answer)
+    app.router.add_get(f"/functions/{HELLO.function}", answer)
     runner = web.AppRunner(app)
     await runner.setup()
     try:
@@ -39,34 +40,34 @@ async def edge(*answers: tuple[int, str]) -> AsyncIterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("answer", "expected", "must", "told"),
+    ("answer", "known", "must", "told"),
     [
-        ((200, example.ANSWER), example.ANSWER, True, None),
-        ((200, "of a later version"), None, True, None),
-        ((200, "of a later version"), example.ANSWER, True, "answered 200 of a later version, and not {"),
-        ((404, "gone"), None, True, "answered 404 gone"),
-        ((404, "gone"), None, False, None),
+        ((200, HELLO.answer), True, True, None),
+        ((200, "of a later version"), False, True, None),
+        ((200, "of a later version"), True, True, "answered 200 of a later version, and not {"),
+        ((404, "gone"), False, True, "answered 404 gone"),
+        ((404, "gone"), False, False, None),
     ],
 )
 async def test_a_wrong_answer_of_the_example_is_a_failure_of_the_demo(
-    answer: tuple[int, str], expected: str | None, must: bool, told: str | None
+    answer: tuple[int, str], known: bool, must: bool, told: str | None
 ) -> None:
     async with edge(answer) as url:
         if told is None:
-            assert answer[1] in await up_steps.called(url, expected, must=must)
+            assert answer[1] in await up_steps.called(url, HELLO, known=known, must=must)
             return
         with pytest.raises(Failure) as failed:
-            await up_steps.called(url, expected, must=must)
+            await up_steps.called(url, HELLO, known=known, must=must)
     assert told in str(failed.value)
 
 
 async def test_a_node_that_has_just_started_may_not_be_ready_yet(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with edge((503, "starts"), (200, example.ANSWER)) as url:
-        assert "answers {" in await up_steps.called(url, None, must=True)
+    async with edge((503, "starts"), (200, HELLO.answer)) as url:
+        assert "answers {" in await up_steps.called(url, HELLO, known=False, must=True)
     monkeypatch.setattr(up_steps, "CALL_LIMIT", 0.0)
     async with edge((503, "stuck")) as url:
         with pytest.raises(Failure, match="answered 503 stuck"):
-            await up_steps.called(url, None, must=True)
+            await up_steps.called(url, HELLO, known=False, must=True)
 
 
 def test_further_signals_do_not_interrupt_the_end(capsys: pytest.CaptureFixture[str]) -> None:
