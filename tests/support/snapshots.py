@@ -4,6 +4,11 @@ from collections.abc import Iterable
 
 ORDER = (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 10, 11)
 MEMORY, DATA = 5, 11
+ANSWERS = """(module (memory (export "memory") 1)
+  (func (export "skerry_alloc") (param i32) (result i32) (i32.const 4096))
+  (func (export "skerry_handle") (param i32 i32) (result i64) (i64.const 0x80000000018))
+  (data (i32.const 2048) "\\c8\\00\\00\\00\\10\\00\\00\\00content-type: x\\n"))"""
+"""A module of the ABI `direct` that needs no initialiser, and answers 200."""
 
 
 def unsigned(value: int) -> bytes:

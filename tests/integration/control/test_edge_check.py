@@ -18,7 +18,7 @@ from control.problems import ProblemError
 from tests.guests.build import wat
 from tests.support.control import module, until
 from tests.support.deadlines import deadline, scaled
-from tests.support.snapshots import snapshot
+from tests.support.snapshots import ANSWERS, snapshot
 
 FIRST = "CREATE TABLE a (id INTEGER);"
 
@@ -237,12 +237,6 @@ async def test_what_the_fence_lacks_is_logged_once(
     assert [record.getMessage() for record in caplog.records if record.name == "skerry.checks"] == [
         "checks of uploads run without a part of their fence: ['Landlock: none']"
     ]
-
-
-ANSWERS = """(module (memory (export "memory") 1)
-  (func (export "skerry_alloc") (param i32) (result i32) (i32.const 4096))
-  (func (export "skerry_handle") (param i32 i32) (result i64) (i64.const 0x80000000018))
-  (data (i32.const 2048) "\\c8\\00\\00\\00\\10\\00\\00\\00content-type: x\\n"))"""
 
 
 async def test_the_probe_of_a_snapshot_is_tried_once_its_engine_is_compiled(

@@ -6,6 +6,7 @@ from pathlib import Path
 from tests.guests.build import example, guest, wat
 from tests.support.cases_project import Folder, sent
 from tests.support.programs import command
+from tests.support.snapshots import ANSWERS, snapshot
 
 
 async def test_each_case_has_a_database_of_its_own(project: Folder) -> None:
@@ -306,3 +307,14 @@ async def test_an_example_of_a_function_that_counts(tmp_path: Path, cache: Path)
     )
     done = await project.test()
     assert (done.status, b"1 passed" in done.out) == (0, True), done
+
+
+async def test_snapshots_of_an_engine_have_it_compiled_once(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    for number, name in enumerate(("one", "two"), 1):
+        project = Folder(tmp_path / name, cache)
+        project.function(name, snapshot(wat(ANSWERS), 9, [(70_000, bytes([number]) * 300_000)]), "")
+        project.cases('[[case]]\nname = "it answers"\nstatus = 200\n')
+        done = await project.test()
+        assert (done.status, b"\n1 passed in " in done.out) == (0, True), done
+    assert len(list((cache / "skerry" / "aot").glob("*.so"))) == 1
