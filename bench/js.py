@@ -2,8 +2,8 @@
 
 Both run the same handler: it reads a body of 256 bytes, an item's key from the query, and answers with the item's name
 and price. Ours runs on a real node, each call in a fresh instance of its snapshot, and SELECTs by `env.db`. workerd is
-one process, whose one isolate and Durable Object are reused, as is usual there. 64 connections of wrk, which shares both
-cores with what it loads. The ratio is our requests a second over workerd's.
+one process, whose one isolate and Durable Object are reused, as is usual there. 64 connections of wrk, which shares
+both cores with what it loads. The ratio is our requests a second over workerd's.
 """
 
 import uvloop

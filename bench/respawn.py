@@ -4,10 +4,10 @@ There is one worker. It is killed with SIGKILL, and a request follows at once; t
 answers, at the median within 6 ms. `call_p50_ms` is the time of the same call with nothing killed. The client uses the
 socket directly, so that both are the node's time; a spare worker has 0.1 s to settle (`kill` is about workers that die
 in succession). `bare`: the spare worker is killed too, so that the next one must first be forked, fenced, and load the
-release. Memory: the PSS of the zygote and of all of its children together, which counts shared pages once, with 2
-workers and with 10, after calls; an eighth of the difference is the cost of one more worker: 4 MB. The functions are
-echo and one with SQL, so that each worker has the database open. The ratio is the limit over the measured value, for
-the worse of the two.
+release. `javascript`: as the first, with calls of a function in JavaScript. Memory: the PSS of the zygote and of all of
+its children together, which counts shared pages once, with 2 workers and with 10, after calls; an eighth of the
+difference is the cost of one more worker: 4 MB. The functions are echo, one with SQL, so that each worker has the
+database open, and one in JavaScript. The ratio is the limit over the measured value, for the worst of the three.
 """
 
 import asyncio
@@ -24,7 +24,7 @@ import aiohttp
 import uvloop
 
 from bench import result
-from bench.parts import cpu, load, pss
+from bench.parts import cpu, load, pss, scripts
 from bench.parts.plain_client import PlainClient
 from bench.parts.servers import LIMIT, Edge, edge, folder, site, started
 from tests.guests.build import guest
@@ -42,6 +42,8 @@ REST = 0.1
 READINGS = 20
 BODY = bytes(range(256))
 ECHO = load.request("/functions/echo", BODY)
+SCRIPT = "export default { fetch: async (request) => new Response(await request.arrayBuffer()) };"
+JAVASCRIPT = load.request("/functions/script", BODY)
 SELECT = b'{"sql":"SELECT count(*) FROM sqlite_schema"}'
 
 
@@ -53,6 +55,7 @@ async def main() -> None:
             versions = {
                 "echo": await control.push("echo", guest("echo"), {}),
                 "sql": await control.push("sql", guest("sql"), {"sql": "read"}),
+                "script": await control.push("script", await scripts.module(SCRIPT), {}),
             }
             await control.release(versions)
             await joined.at_release(1, best=True)
@@ -64,6 +67,7 @@ async def main() -> None:
                     calls.append(await _undisturbed(client))
                     times.append(await _respawn(node, client))
                 bare = [await _respawn(node, client, bare=True) for _ in range(KILLS // 2)]
+                scripted = [await _respawn(node, client, JAVASCRIPT) for _ in range(KILLS)]
         memory = {}
         for workers in (FEW, MANY):
             async with _node(where, workers, cores) as node:
@@ -75,10 +79,12 @@ async def main() -> None:
         "answer_worst_ms": round(max(times) * 1000, 2),
         "call_p50_ms": round(median(calls) * 1000, 2),
         "bare_p50_ms": round(median(bare) * 1000, 2),
+        "javascript_p50_ms": round(median(scripted) * 1000, 2),
         "worker_pss_mb": round(another / 1e6, 2),
         "machine": machine,
     }
-    result.write("respawn", min(ANSWER_LIMIT / median(times), MEMORY_LIMIT / another), BAR, details)
+    answered = max(median(times), median(scripted))
+    result.write("respawn", min(ANSWER_LIMIT / answered, MEMORY_LIMIT / another), BAR, details)
 
 
 @asynccontextmanager
@@ -103,10 +109,10 @@ async def _call(http: aiohttp.ClientSession, name: str, body: bytes) -> bytes:
         return read
 
 
-def _answer(client: PlainClient) -> float:
+def _answer(client: PlainClient, request: bytes = ECHO) -> float:
     """Return the seconds that a call takes."""
     started = time.perf_counter()
-    assert client.call(ECHO) == (200, BODY)
+    assert client.call(request) == (200, BODY)
     return time.perf_counter() - started
 
 
@@ -116,10 +122,10 @@ async def _undisturbed(client: PlainClient) -> float:
     return _answer(client)
 
 
-async def _respawn(node: Edge, client: PlainClient, *, bare: bool = False) -> float:
+async def _respawn(node: Edge, client: PlainClient, request: bytes = ECHO, *, bare: bool = False) -> float:
     """Return the seconds from the kill to the next worker's answer."""
     # It has proven itself, so the next one is started without a delay.
-    _answer(client)
+    _answer(client, request)
     there = await _workers(node)
     while not (there["pids"] and there["spares"]):
         await asyncio.sleep(0.005)
@@ -130,7 +136,7 @@ async def _respawn(node: Edge, client: PlainClient, *, bare: bool = False) -> fl
     if bare:
         os.kill(spare, signal.SIGKILL)
     os.kill(pid, signal.SIGKILL)
-    _answer(client)
+    _answer(client, request)
     took = time.perf_counter() - started
     assert (await _workers(node))["pids"] != [pid]
     return took
@@ -139,9 +145,8 @@ async def _respawn(node: Edge, client: PlainClient, *, bare: bool = False) -> fl
 async def _memory(node: Edge, workers: int) -> int:
     """Return the bytes of the zygote and its children together: the lowest of several readings."""
     for _ in range(CALLS):
-        calls = [
-            _call(node.http, name, body) for name, body in (("echo", BODY), ("sql", SELECT)) for _ in range(workers)
-        ]
+        bodies = {"echo": BODY, "sql": SELECT, "script": BODY}
+        calls = [_call(node.http, name, body) for name, body in bodies.items() for _ in range(workers)]
         await asyncio.gather(*calls)
     there = await _workers(node)
     assert len(there["pids"]) == workers
