@@ -53,7 +53,8 @@ class ProjectInvalid(Failure):
 class SnapshotTable(msgspec.Struct, forbid_unknown_fields=True):
     """The table `snapshot` of function.toml, as in `snapshots.Initialisation`."""
 
-    init: Annotated[str, msgspec.Meta(min_length=1)]
+    init: Annotated[str, msgspec.Meta(min_length=1)] | None = None
+    """Required, unless the module is made of a script."""
     renew: str = ""
     allow: list[str] = []
 
@@ -117,6 +118,8 @@ class FunctionSource:
     snapshot: Initialisation | None = None
     script: Path | None = None
     """What the build makes, if `module` is made of a script."""
+    allow: tuple[str, ...] = ()
+    """Names of secrets and variables whose values may be in the module of a script."""
 
 
 @dataclass(frozen=True)
@@ -240,11 +243,14 @@ def _function(folder: Path) -> tuple[FunctionSource, str]:
         raise ProjectInvalid(f"{file} isn't valid: {error}", cure=CURE) from None
     module = folder / settings.module
     source = FunctionSource(folder, settings.name, settings.build, module, manifest=settings.manifest)
+    table = settings.snapshot
     if settings.script:
-        if settings.snapshot is not None:
-            raise ProjectInvalid(f"{file} names a script and a snapshot: a script's module is a snapshot already")
-        source = replace(source, script=folder / settings.script)
-    if (table := settings.snapshot) is not None:
+        if table is not None and (table.init or table.renew):
+            raise ProjectInvalid(f"{file} names a script, whose module is a snapshot already: only `allow` can be said")
+        source = replace(source, script=folder / settings.script, allow=tuple(table.allow) if table else ())
+    elif table is not None:
+        if table.init is None:
+            raise ProjectInvalid(f"{file} isn't valid: its snapshot names no `init`", cure=CURE)
         how = Initialisation(table.init, table.renew, table.allow)
         source = replace(source, module=module.with_suffix(SNAPSHOT), built=module, snapshot=how)
     return source, settings.schema

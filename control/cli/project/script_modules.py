@@ -6,7 +6,7 @@ The script is one ES module, as esbuild makes of a function's sources, with its 
 import os
 import posixpath
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import msgspec
@@ -33,10 +33,16 @@ class ScriptInvalid(Failure):
 
 
 async def make(
-    script: Path, module: Path, manifest: Json, *, project: Path, secrets: Mapping[str, str] | None = None
+    script: Path,
+    module: Path,
+    manifest: Json,
+    *,
+    project: Path,
+    secrets: Mapping[str, str] | None = None,
+    allow: Collection[str] = (),
 ) -> str:
     """Write the module of a script; return what its code outside of handlers logged. `secrets` are values that must not
-    be in the module.
+    be in the module, but those of `allow`.
 
     Raises: ScriptInvalid, when the script can't be read, or its code fails.
     """
@@ -48,7 +54,7 @@ async def make(
         raise ScriptInvalid(f"the script {script} has a NUL in it: write \\0")
     known = msgspec.convert(manifest, Manifest)
     stdin = text + b"\0" + orjson.dumps({"map": _source_map(script, project), "secrets": known.secrets})
-    how = Initialisation(INIT, stdin=stdin, compiled=True)
+    how = Initialisation(INIT, allow=allow, stdin=stdin, compiled=True)
     try:
         return await snapshots.made(
             ENGINE, module, how, project=project, memory_pages=known.memory_pages, secrets=secrets

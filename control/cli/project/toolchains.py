@@ -293,7 +293,12 @@ async def build(source: FunctionSource, secrets: Mapping[str, str] | None = None
         raise BuildFailed(f"the {what} of {source.name}, {built}, isn't there: {did}")
     if source.script is not None:
         log = await script_modules.make(
-            source.script, source.module, source.manifest, project=source.folder, secrets=secrets
+            source.script,
+            source.module,
+            source.manifest,
+            project=source.folder,
+            secrets=secrets,
+            allow=source.allow,
         )
         for line in log.splitlines():
             output.note(f"  | {output.logged(line)}", style="dim")

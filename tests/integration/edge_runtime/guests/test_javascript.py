@@ -436,3 +436,14 @@ async def test_a_script_that_cannot_be_built_is_told_why(text: str, told: str, t
         await made(tmp_path / "project", text)
     assert told in str(error.value)
     assert "engine.wasm" not in str(error.value)
+
+
+async def test_a_secret_in_a_script_is_found_unless_it_is_allowed(tmp_path: Path) -> None:
+    script, module = tmp_path / "main.js", tmp_path / "f.wasm"
+    script.write_text("const key = 'open, sesame'; export default { fetch: () => new Response(key) };")
+    secrets = {"KEY": "open, sesame"}
+    with pytest.raises(script_modules.ScriptInvalid, match="the secret KEY"):
+        await script_modules.make(script, module, {}, project=tmp_path, secrets=secrets)
+    assert not module.exists()
+    await script_modules.make(script, module, {}, project=tmp_path, secrets=secrets, allow=["KEY"])
+    assert module.exists()

@@ -64,10 +64,12 @@ def test_sources_are_named_from_the_projects_folder(tmp_path: Path) -> None:
     }
 
 
-def test_a_script_has_no_snapshot_of_its_own(tmp_path: Path) -> None:
-    (tmp_path / project_files.FILE).write_text(TOML)
+def test_of_a_scripts_snapshot_only_what_is_allowed_can_be_said(tmp_path: Path) -> None:
+    (tmp_path / project_files.FILE).write_text(TOML + 'snapshot = { allow = ["USER"] }\n')
     source = project_files.read(tmp_path).functions[0]
-    assert (source.script, source.module) == (tmp_path / "main.js", tmp_path / "f.wasm")
-    (tmp_path / project_files.FILE).write_text(TOML + 'snapshot = { init = "x" }\n')
-    with pytest.raises(project_files.ProjectInvalid, match="a script and a snapshot"):
-        project_files.read(tmp_path)
+    assert (source.script, source.module, source.snapshot) == (tmp_path / "main.js", tmp_path / "f.wasm", None)
+    assert source.allow == ("USER",)
+    for other in ('init = "x"', 'renew = "x"'):
+        (tmp_path / project_files.FILE).write_text(f"{TOML}snapshot = {{ {other} }}\n")
+        with pytest.raises(project_files.ProjectInvalid, match="only `allow` can be said"):
+            project_files.read(tmp_path)
