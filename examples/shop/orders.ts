@@ -1,6 +1,6 @@
 /** Sell a product. What a call writes is one transaction, so no order is ever without its goods. */
 export async function order(request: Request, { db }: Env): Promise<Response> {
-  const form = await request.formData();
+  const form = await request.formData().catch(() => new FormData());
   const [product, count] = [Number(form.get("product")), Number(form.get("count"))];
   if (!Number.isInteger(count) || count < 1) return new Response("how many?\n", { status: 400 });
 
