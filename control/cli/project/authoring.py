@@ -251,7 +251,7 @@ def _share_schema(folder: Path, several: Path, number: int) -> None:
         number += 1
     (folder / SCHEMA).rmdir()
     _replace(folder / project_files.FILE, (f'schema = "{SCHEMA}"\n', ""))
-    _replace(folder / "README.md", (f"`{SCHEMA}/` its table", f"`{SCHEMA}/` of the project its table"))
+    _replace(folder / "README.md", (f"`{SCHEMA}/` creates", f"`{SCHEMA}/` of the project creates"))
 
 
 @click.command()

@@ -131,6 +131,7 @@ def test_a_project_has_several_functions_and_one_schema(
     assert (found.name, [source.name for source in found.functions]) == ("shop", ["orders", "stock"])
     assert [(change.number, change.name) for change in found.changes()] == [(1, "orders"), (2, "stock")]
     assert not (tmp_path / "shop" / "stock" / "schema").exists()
+    assert "`schema/` of the project creates its table" in (tmp_path / "shop" / "stock" / "README.md").read_text()
     alone = project_files.read(tmp_path / "shop" / "stock")
     assert (alone.name, [source.name for source in alone.functions]) == ("shop", ["stock"])
     assert [change.number for change in alone.changes()] == [1, 2]
