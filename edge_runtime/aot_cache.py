@@ -211,22 +211,23 @@ def discard_damaged(folder: Path, wasm_sha256: str) -> bool:
     names = [key(wasm_sha256, level) for level in LEVELS] + ([key(image.engine, BEST)] if image is not None else [])
     for name in names:
         path = folder / f"{name}.so"
-        if path.exists() and not _is_whole(path, _beside(path)):
+        if path.exists() and not is_whole(path, _beside(path)):
             removed = True
             path.unlink()
             path.with_suffix(".sha256").unlink(missing_ok=True)
     if image is not None:
-        if not _is_whole(image.path, image.digest):
+        if not is_whole(image.path, image.digest):
             removed = True
             forget_split(folder, wasm_sha256)
         module = engine_file(folder, image.engine)
-        if module.exists() and not _is_whole(module, image.engine):
+        if module.exists() and not is_whole(module, image.engine):
             removed = True
             module.unlink()
     return removed
 
 
-def _is_whole(path: Path, digest: str) -> bool:
+def is_whole(path: Path, digest: str) -> bool:
+    """Return whether a file is there with this sha256."""
     try:
         verify(path, digest)
     except (OSError, Damaged):

@@ -80,11 +80,12 @@ def image_of(folder: Path, wasm: bytes) -> ImageFile | None:
     if len(wasm) < SNAPSHOT_BYTES:
         return None
     sha256 = hashlib.sha256(wasm).hexdigest()
-    _make(folder)
-    aot_cache.discard_damaged(folder, sha256)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     image = aot_cache.image_of(folder, sha256)
-    if image is not None and aot_cache.engine_file(folder, image.engine).exists():
-        return image
+    if image is not None:
+        files = ((image.path, image.digest), (aot_cache.engine_file(folder, image.engine), image.engine))
+        if all(aot_cache.is_whole(*file) for file in files):
+            return image
 
     def keep(work: Path, told: _CompilerTold) -> ImageFile | None:
         return None if told.split is None else aot_cache.keep_split(work, folder, sha256, told.split)
@@ -119,7 +120,7 @@ def compiled(
     aot = aot_cache.find(folder, sha256, level)
     if aot is not None:
         return aot
-    _make(folder)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def work_on(work: Path) -> _CompilerTold:
         check()
@@ -156,12 +157,6 @@ def trim(folder: Path, most: int) -> None:
             break
         path.unlink(missing_ok=True)
         size -= taken
-
-
-def _make(folder: Path) -> None:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.geteuid():
-        raise PermissionError(f"{folder} belongs to another user, and machine code is loaded from it")
 
 
 def _in_child(

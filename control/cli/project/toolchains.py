@@ -42,10 +42,16 @@ FIRST_BUILDS = {
 """Why the first build takes much longer than others, for each such compiler."""
 SCRIPT = (
     "--bundle", "--format=esm", "--platform=neutral", "--target=es2024", "--main-fields=module,main",
-    "--conditions=workerd,worker,import", '--define:process.env.NODE_ENV="production"', "--sourcemap=external",
+    "--conditions=workerd,worker,browser", '--define:process.env.NODE_ENV="production"', "--sourcemap=external",
     "--sources-content=false", "--legal-comments=none", "--charset=utf8", "--log-level=warning",
 )  # fmt: skip
 """Options with which esbuild makes the script of a function: one ES module, and its source map beside it."""
+_MODULE_OF_A_HOST = re.compile(r'Could not resolve "(?:node|cloudflare):')
+NO_MODULES = (
+    "modules of Node and of Cloudflare aren't there, and neither --platform=node nor --external brings them: use a "
+    "package, or an entry of it, that is for browsers or Workers (docs/javascript.md says what is there)"
+)
+"""What helps where a script imports one."""
 _TOOL = re.compile(r"\{(\w+)\}")
 _EDITION = re.compile(r"--edition[= ](\d{4})\b")
 _RUST_FILE = re.compile(r"(\S+\.rs)(?:\s|$)")
@@ -285,7 +291,8 @@ async def build(source: FunctionSource, secrets: Mapping[str, str] | None = None
                 await process.wait()
         if process.returncode:
             text = out.decode(errors="replace").strip()
-            raise BuildFailed(f"the build of {source.name} ended with status {process.returncode}:\n{text}")
+            cure = NO_MODULES if source.script is not None and _MODULE_OF_A_HOST.search(text) else ""
+            raise BuildFailed(f"the build of {source.name} ended with status {process.returncode}:\n{text}", cure=cure)
     built = source.script or (source.module if source.snapshot is None else source.built)
     if not built.is_file():
         did = "its build didn't make it" if source.build else "its function.toml has no build command"

@@ -159,20 +159,16 @@ static void random_bytes(uint8_t *to, size_t size) {
   if (size && __wasi_random_get(to, size)) __builtin_trap();
 }
 
+static JSValue no_random(JSContext *c) {
+  return JS_ThrowPlainError(c, "there are no random numbers while a function is built: each call would have the same "
+                               "ones. Ask for them in a handler");
+}
+
 static JSValue js_random(JSContext *c, JSValueConst self, int argc, JSValueConst *argv) {
-  /* The state is in no snapshot: a call begins with one of its own. While a function is built, it is a constant. */
+  /* The state is in no snapshot: a call begins with one of its own. */
   static uint64_t state[2];
-  static bool seeded;
-  if (!seeded) {
-    state[0] = state[1] = 0x9e3779b97f4a7c15;
-    if (!building) {
-      random_bytes((uint8_t *)state, sizeof state);
-      seeded = true;
-    } else {
-      static uint64_t step;
-      state[0] += ++step * 0xbf58476d1ce4e5b9;
-    }
-  }
+  if (building) return no_random(c);
+  if (!state[0] && !state[1]) random_bytes((uint8_t *)state, sizeof state);
   uint64_t a = state[0], b = state[1];
   state[0] = b;
   a ^= a << 23;
@@ -533,8 +529,7 @@ static JSValue js_form_encode(JSContext *c, JSValueConst self, int argc, JSValue
 
 static JSValue js_entropy(JSContext *c, JSValueConst self, int argc, JSValueConst *argv) {
   size_t size;
-  if (building) return JS_ThrowPlainError(c, "there are no random numbers while a function is built: each call would "
-                                             "have the same ones. Ask for them in a handler");
+  if (building) return no_random(c);
   uint8_t *bytes = bytes_of(c, &size, argv[0]);
   if (!bytes) return JS_ThrowTypeError(c, "not a typed array");
   random_bytes(bytes, size);

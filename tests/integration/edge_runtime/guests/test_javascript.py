@@ -199,8 +199,8 @@ ROWS: dict[str, tuple[str, Any]] = {
 SCRIPT = """
 const thrown = (f) => { try { f(); return ""; } catch (error) { return error.name; } };
 const rejected = (p) => p.then(() => "", (error) => error.name);
-const built = [Math.random(), Date.now(), thrown(() => crypto.randomUUID()), thrown(() => setTimeout(() => 1)),
-  thrown(() => structuredClone(new URL("http://x")))];
+const built = [thrown(() => Math.random()), Date.now(), thrown(() => crypto.randomUUID()),
+  thrown(() => setTimeout(() => 1)), thrown(() => structuredClone(new URL("http://x")))];
 let calls = 0;
 const rows = { %s };
 export default {
@@ -322,7 +322,7 @@ async def test_each_call_is_fresh_and_its_own_transaction(tmp_path: Path, caplog
         assert first[4][:2] == "20"
         # Built at no time, without randomness and timers, which each call would have alike; nothing stays of a call.
         assert first[5] == second[5]
-        assert first[5][1:] == [0, "Error", "Error", "DataCloneError"]
+        assert first[5] == ["Error", 0, "Error", "Error", "DataCloneError"]
         assert (first[6], second[6]) == (1, 1)
 
         status, headers, answer = await edge.call("f/echo?x=%20", b"\x00\xff", "PUT", headers={"X-Thing": "q"})
@@ -398,6 +398,7 @@ async def test_a_schedules_tick_and_a_release_call_their_handlers(tmp_path: Path
     """What has no handler of its own is a request."""
     handlers = {
         "scheduled": "scheduled(c) { console.log(c.cron, c.scheduledTime, c.type); }",
+        "later": "scheduled(c, env, ctx) { ctx.waitUntil(Promise.reject(new Error('later'))); }",
         "released": "async released(c) { console.log(c.type); return new Response('done', { status: 201 }); }",
     }
     seen = {}
@@ -410,11 +411,14 @@ async def test_a_schedules_tick_and_a_release_call_their_handlers(tmp_path: Path
                 due = [("skerry-scheduled-at", "2026-12-03T05:00:00Z"), ("skerry-cron", "0 5 * * *")]
                 request = Request("POST", "/", headers=[("skerry-event", event), *due])
                 answer = await asyncio.to_thread(loaded.call, request, CallServices())
-                seen[name, event] = answer.status, answer.body, answer.log
+                seen[name, event] = answer.status, answer.body, answer.log.partition(b" at ")[0]
     line = b"0 5 * * * 1796274000000 "
     assert seen == {
         ("scheduled", "schedule"): (204, b"", line + b"scheduled\n"),
         ("scheduled", "release"): (204, b"", line + b"release\n"),
+        # A tick is what it does, also beside its handler.
+        ("later", "schedule"): (500, b"Internal Server Error", b"<3>Error: later\n<3>   "),
+        ("later", "release"): (500, b"Internal Server Error", b"<3>Error: later\n<3>   "),
         ("released", "schedule"): (200, b"schedule", b""),
         ("released", "release"): (201, b"done", b"release\n"),
     }

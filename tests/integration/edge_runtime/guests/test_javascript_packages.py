@@ -6,10 +6,11 @@ from typing import Any
 import orjson
 import pytest
 
-from control.cli.project import project_files
+from control.cli.project import project_files, toolchains
 from tests.guests.build import ROOT
 from tests.support import projects
 from tests.support.edge import node
+from tests.support.programs import command
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -81,3 +82,14 @@ async def test_packages_of_npm_run_as_they_are(tmp_path: Path, caplog: pytest.Lo
     assert f"at fails (main.ts:{thrown})" in caplog.text
     assert f"(main.ts:{called})" in caplog.text
     assert "node_modules/hono/" in caplog.text
+
+
+async def test_a_module_of_node_is_missed_with_what_to_do_instead(tmp_path: Path) -> None:
+    projects.needs("ts")
+    source = tmp_path / "main.ts"
+    source.write_text('import fs from "node:fs"; export default { fetch: () => new Response(fs) };')
+    folder = projects.copy("ts", tmp_path / "project", source).folder
+    done = await command("control.cli", "function", "build", folder, limit=projects.COMPILERS)
+    assert done.status == 1
+    assert 'Could not resolve "node:fs"' in done.err
+    assert toolchains.NO_MODULES in " ".join(done.err.split())

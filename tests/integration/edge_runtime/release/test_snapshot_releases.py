@@ -144,14 +144,21 @@ async def test_a_node_that_lost_its_engine_serves_the_others_and_says_what_it_wa
 async def test_what_is_damaged_is_made_again(
     tmp_path: Path, compiled: list[tuple[str, int]], damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Workers have it mapped, and see the damage."""
     async with node(tmp_path / "state") as edge:
         await edge.release({"one": (made(1), MANIFEST), "two": (made(2), MANIFEST)})
         before = {name: answered(await edge.call(name, ORDER)) for name in ("one", "two")}
         (of,) = {f.image if damage == ".image" else f.aot for f in served(edge) if f.name == "one"}
-        hurt = Path(of)
-        whole = hurt.read_bytes()
-        hurt.chmod(0o600)
-        hurt.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    hurt = Path(of)
+    whole = hurt.read_bytes()
+    # Images can't be written to; this one can.
+    hurt.unlink()
+    hurt.write_bytes(whole)
+    async with node(tmp_path / "state") as edge:
+        assert {name: answered(await edge.call(name, ORDER)) for name in ("one", "two")} == before
+        with hurt.open("r+b") as file:
+            file.seek(-1, 2)
+            file.write(bytes([whole[-1] ^ 1]))
         check = IntegrityCheck(edge.front.manager, edge.front.compiler, edge.front.processes, edge.state.artifacts)
         await check.check()
         assert check.status()["damaged"] == [hurt.name]

@@ -2,9 +2,9 @@
 
 import asyncio
 import time
-from collections.abc import Set
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -258,10 +258,10 @@ async def test_a_slow_sync_keeps_its_lease(
         async with edge(tmp_path) as node:
             real = node.front.compiler.functions
 
-            async def slow(planned: list[LocalFunction], compiled: Set[str]) -> list[LocalFunction]:
+            async def slow(planned: list[LocalFunction], *more: Any) -> list[LocalFunction]:
                 # Longer than a lease that nobody renews.
                 await asyncio.sleep(8)
-                return await real(planned, compiled)
+                return await real(planned, *more)
 
             monkeypatch.setattr(node.front.compiler, "functions", slow)
             await first_release(control)
@@ -281,10 +281,10 @@ async def test_work_that_was_overtaken_is_ended_for_the_newer_release(
     await control.until(lambda n: n["at_target"])
     real = node.front.compiler.functions
 
-    async def for_ever(planned: list[LocalFunction], compiled: Set[str]) -> list[LocalFunction]:
+    async def for_ever(planned: list[LocalFunction], *more: Any) -> list[LocalFunction]:
         if planned[0].sha256 == sha(2):
             await asyncio.sleep(3600)
-        return await real(planned, compiled)
+        return await real(planned, *more)
 
     monkeypatch.setattr(node.front.compiler, "functions", for_ever)
     await push(control, 2)

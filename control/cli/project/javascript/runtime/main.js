@@ -76,6 +76,7 @@ export const install = (given, { map, secrets: names }) => {
 };
 
 const tasks = [];
+let isTick = false;
 
 const variables = () => {
   const all = host.environment();
@@ -135,7 +136,8 @@ export const entry = (method, url, head, route, params, client, body) => {
   const request = requestOf(method, url, head, body);
   const environment = new Environment();
   const context = new Context(environment, route, params, client);
-  if (head.includes("skerry-event: ")) {
+  isTick = head.includes("skerry-event: ");
+  if (isTick) {
     const event = request.headers.get("skerry-event");
     const handler = (event === "release" && handlers.released) || handlers.scheduled;
     if (typeof handler === "function") {
@@ -172,9 +174,15 @@ export const finish = (response) => {
 
 const finished = async (response, content) => {
   content = await content;
+  let failed = false;
   while (tasks.length)
-    for (const { reason, status } of await Promise.allSettled(tasks.splice(0))) if (status === "rejected") report(reason);
-  return parts(response, content);
+    for (const { reason, status } of await Promise.allSettled(tasks.splice(0)))
+      if (status === "rejected") {
+        report(reason);
+        failed = true;
+      }
+  // A client has its answer, whatever happens to what was to be done beside it; a tick is nothing but that.
+  return failed && isTick ? [500, "content-type: text/plain;charset=UTF-8\n", "Internal Server Error"] : parts(response, content);
 };
 
 /** Run the next timer; false where there is none. */

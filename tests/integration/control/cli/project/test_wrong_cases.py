@@ -22,7 +22,7 @@ WRONG = [
         "unknown key row in sql_after: is it rows?",
     ),
     ('[[case]]\nname = "a"\n[[case]]\nstatus = 200', "notes.toml:3: case 2: it has no `name`"),
-    ('[[case]]\nname = "a"\nstatus = "200"', "case 1 (a): status: Expected `int`, got `str`"),
+    ('[[case]]\nname = "a"\nstatus = "200"', "case 1 (a): status: Expected `int | null`, got `str`"),
     ('[[case]]\nname = "a"\nstatus = 99', ">= 200"),
     ('[[case]]\nname = "a"\nbody = ""\njson = 1', "body and json are one or the other"),
     ('[[case]]\nname = "a"\njson = "{"', "json is no JSON"),
