@@ -12,9 +12,10 @@ import wasmtime
 
 import edge_runtime
 from edge_runtime.guests import wasi
-from edge_runtime.guests.abi import extism
+from edge_runtime.guests.abi import direct, extism
 from edge_runtime.guests.abi.imports import WASI, WASI_SIGNATURES
 from edge_runtime.guests.host_functions import not_granted
+from edge_runtime.guests.invocation import Request
 from edge_runtime.guests.wasi import Strings, Wasi
 
 KERNEL = Path(edge_runtime.__file__).parent / "guests" / "abi" / "kernel.wasm"
@@ -27,8 +28,8 @@ def apart() -> ProcessPoolExecutor:
 
 
 def is_endless(wasm: bytes) -> bool:
-    """Whether its `_start` loops or recurses without end, with host functions that succeed, or fail in one way or
-    another."""
+    """Whether its `_start`, or a call by `direct`, loops or recurses without end, with host functions that succeed, or
+    fail in one way or another."""
     config = wasmtime.Config()
     config.consume_fuel = True
     engine = wasmtime.Engine(config)
@@ -48,8 +49,15 @@ def _ends_by(engine: wasmtime.Engine, wasm: bytes, errno: int) -> wasmtime.TrapC
         for found in module.imports
     ]
     try:
-        start: Any = wasmtime.Instance(store, module, imports).exports(store)["_start"]
-        start(store)
+        exports = wasmtime.Instance(store, module, imports).exports(store)
+        if "_start" in exports:
+            called(store, exports["_start"])
+        else:
+            piece = direct.encode(Request("POST", body=b"hello"), "f")
+            address = called(store, exports["skerry_alloc"], len(piece))
+            memory: Any = exports["memory"]
+            memory.write(store, piece, address)
+            called(store, exports["skerry_handle"], address, len(piece))
     except wasmtime.Trap as trap:
         return trap.trap_code
     except wasmtime.WasmtimeError:
