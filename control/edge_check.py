@@ -216,6 +216,7 @@ class Checks:
     async def _child(
         self, arguments: list[str], stdin: bytes, refused: str, deadline: float | None = None
     ) -> dict[str, Any]:
+        setting = " (SKERRY_CHECK_TIMEOUT)" if deadline is None else ""
         deadline = self._deadline if deadline is None else deadline
         child = await asyncio.create_subprocess_exec(
             sys.executable,
@@ -232,9 +233,7 @@ class Checks:
             async with asyncio.timeout(deadline):
                 out, err = await _communicate(child, stdin)
         except TimeoutError:
-            raise ProblemError(
-                refused, f"its check took more than {deadline:.0f} s (SKERRY_CHECK_TIMEOUT), and was ended"
-            ) from None
+            raise ProblemError(refused, f"its check took more than {deadline:.0f} s{setting}, and was ended") from None
         finally:
             with contextlib.suppress(ProcessLookupError):
                 child.kill()
