@@ -12,7 +12,7 @@ import pytest
 from aiohttp import web
 
 from control.cli.support import options
-from control.cli.support.client import Failure
+from control.cli.support.client import Client, ConnectionSettings, Failure
 from control.cli.up import installation, up_steps
 from control.cli.up.example import HELLO
 from control.local.process import ServiceError
@@ -68,6 +68,14 @@ async def test_a_node_that_has_just_started_may_not_be_ready_yet(monkeypatch: py
     async with edge((503, "stuck")) as url:
         with pytest.raises(Failure, match="answered 503 stuck"):
             await up_steps.called(url, HELLO, known=False, must=True)
+
+
+async def test_a_home_of_before_gets_its_example_no_second_time(tmp_path: Path) -> None:
+    """An operator may have released something else since."""
+    files = installation.Home(tmp_path)
+    files.keep(example=True)
+    async with Client(ConnectionSettings("https://127.0.0.1:1", "token", None)) as client:
+        assert not await up_steps.Up(files)._deploy(client, HELLO)
 
 
 def test_further_signals_do_not_interrupt_the_end(capsys: pytest.CaptureFixture[str]) -> None:
