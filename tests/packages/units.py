@@ -1,9 +1,10 @@
 """Running a service of a machine as its unit says, where there is no systemd that would.
 
-What is kept of the unit: the user, the group, the settings' file, the state directory and its mode, the number of
-files (fewer where this machine's root may not have as many), the capabilities, no new privileges, a system that is
-read-only but for the state directory, a /tmp of its own, no homes. What is left to `systemd-analyze verify` alone is in
-`LEFT`. An entry in neither list fails, so that nobody adds one that no test has a look at.
+What is kept of the unit: the user, the group, the settings' file, a variable, the state and the cache directory with
+their modes, the number of files (fewer where this machine's root may not have as many), the capabilities, no new
+privileges, a system that is read-only but for those two directories, a /tmp of its own, no homes. What is left to
+`systemd-analyze verify` alone is in `LEFT`. An entry in neither list fails, so that nobody adds one that no test has a
+look at.
 """
 
 import re
@@ -19,8 +20,10 @@ from tests.support.deadlines import scaled
 KEPT = {
     *("User", "Group", "EnvironmentFile", "StateDirectory", "StateDirectoryMode", "ExecStart", "LimitNOFILE"),
     *("AmbientCapabilities", "CapabilityBoundingSet", "NoNewPrivileges", "ProtectSystem", "ProtectHome", "PrivateTmp"),
-    "UMask",
+    *("UMask", "CacheDirectory", "CacheDirectoryMode", "Environment"),
 }
+# Where systemd puts the directories that it makes for a service.
+DIRECTORIES = {"StateDirectory": "/var/lib", "CacheDirectory": "/var/cache"}
 LEFT = {
     *("ExecReload", "Restart", "RestartSec", "TimeoutStopSec", "KillMode", "OOMPolicy", "PrivateDevices"),
     *("ProtectControlGroups", "ProtectKernelModules", "ProtectKernelTunables", "RestrictAddressFamilies"),
@@ -65,6 +68,7 @@ def script(machine: Machine, unit: str) -> str:
     variables = {"PATH": "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin", "LANG": "C.UTF-8", "HOME": home}
     variables |= {"USER": user, "LOGNAME": user}
     environment = [f"{name}={value}" for name, value in variables.items()]
+    environment += shlex.split(entries.get("Environment", ""))
     environment += settings(machine, entries["EnvironmentFile"])
     capabilities = entries.get("AmbientCapabilities", "").removeprefix("CAP_").lower()
     assert entries["CapabilityBoundingSet"].removeprefix("CAP_").lower() == capabilities
@@ -75,10 +79,10 @@ def script(machine: Machine, unit: str) -> str:
     assert (entries["ProtectSystem"], entries["ProtectHome"], entries["PrivateTmp"]) == ("strict", "yes", "yes")
     assert entries["NoNewPrivileges"] == "yes"
     lines = []
-    if name := entries.get("StateDirectory"):
-        state = f"/var/lib/{name}"
-        lines.append(f"install -d -o {user} -g {group} -m {entries['StateDirectoryMode']} {state}")
-        lines.append(f"mount --bind {state} {state}")
+    for entry in DIRECTORIES.keys() & entries.keys():
+        folder = f"{DIRECTORIES[entry]}/{entries[entry]}"
+        lines.append(f"install -d -o {user} -g {group} -m {entries[f'{entry}Mode']} {folder}")
+        lines.append(f"mount --bind {folder} {folder}")
     # The mounts are this process's alone.
     lines += [f"mount -t tmpfs -o mode=1777,nosuid,nodev tmpfs {folder}" for folder in ("/tmp", "/var/tmp")]
     lines += [f"mount -t tmpfs -o mode=0,nosuid,nodev,noexec tmpfs {folder}" for folder in ("/home", "/root")]
