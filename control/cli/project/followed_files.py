@@ -8,14 +8,15 @@ from pathlib import Path
 
 import watchfiles
 
+from control.cli.project import script_modules
 from control.cli.support.client import Failure
 
 STEP = 20
 """Milliseconds without a further change after which changes count as one."""
 BUILT = ("node_modules", "target", "zig-out", ".zig-cache")
 """Folders that builds write, besides hidden ones; changes in them aren't the author's."""
-MADE = (".wasm", ".o")
-"""Suffixes of files that builds write."""
+MADE = (".wasm", ".o", script_modules.TYPES)
+"""How the names of files end that builds write."""
 
 Seen = dict[Path, bytes]
 """The SHA-256 of each file, by path."""

@@ -293,8 +293,9 @@ async def test_a_large_release_says_where_it_begins_while_readers_overlap(
     others = other_than_notes(store.out)
     store.restored(earlier.last)
     assert others == other_than_notes(store.out)
-    # The next one has all of the release, and nothing else.
-    assert store.restored(boundary.transaction + 1) == len(seen)
+    # The next one has all of the release, and perhaps what calls wrote before it was made.
+    assert store.restored(boundary.transaction + 1) >= len(seen)
+    assert rows(store.out, f"{NOTED} ORDER BY id")[: len(seen)] == seen
     assert rows(store.out, "SELECT count(*), sum(length(data)) FROM large") == [(200, 200 << 20)]
 
 
