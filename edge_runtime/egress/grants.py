@@ -52,12 +52,13 @@ def read(request: bytes, grant: HttpGrant) -> Outgoing:
         fields = http_messages.decode_asked(head)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise _invalid(f"The request isn't as it must be: {error}") from None
-    scheme, host, port, target = _url(fields.url)
+    scheme, host, port, target = split(fields.url)
     pattern = granted(grant.hosts, scheme, host, port)
     if pattern is None:
-        shown = f"{scheme}://{_bracketed(host)}:{port}"
-        cure = "" if scheme == "https" else " (plain http must be named: `http://HOST`)"
-        raise NotFetched("not_granted", f"The manifest's `http.hosts` doesn't name {shown}{cure}.", "http_host")
+        # As it would be written there: https is meant where no scheme is.
+        pattern = shown(scheme, host, port).removeprefix("https://")
+        text = f"The manifest's `http.hosts` doesn't name `{pattern}`."
+        raise NotFetched("not_granted", text, "http_host")
     if not _TOKEN.fullmatch(fields.method):
         raise _invalid("The method isn't one.")
     if fields.method not in grant.methods:
@@ -86,12 +87,20 @@ def granted(hosts: Iterable[str], scheme: str, host: str, port: int) -> str | No
     return next((p for name in names for end in ports if (p := f"{prefix}{name}{end}") in named), None)
 
 
+def shown(scheme: str, host: str, port: int) -> str:
+    """Return the beginning of a URL, without the port that its scheme has anyway."""
+    return f"{scheme}://{_bracketed(host)}" + ("" if port == PORTS[scheme] else f":{port}")
+
+
 def _invalid(message: str) -> NotFetched:
     return NotFetched("http_request_invalid", message)
 
 
-def _url(url: str) -> tuple[str, str, int, str]:
-    """Return scheme, host, port and target of a URL; refuse anything that another parser might read differently."""
+def split(url: str) -> tuple[str, str, int, str]:
+    """Return scheme, host, port and target of a URL.
+
+    Raises: NotFetched, when it isn't one, or another parser might read it differently.
+    """
     if len(url) > URL_LIMIT:
         raise _invalid(f"The URL has {len(url)} characters; {URL_LIMIT} are allowed.")
     match = _URL.fullmatch(url)

@@ -96,6 +96,8 @@ class SingleCallResult(Struct, omit_defaults=True):
     """Whether the module is a snapshot: those are too slow for the interpreter, which would know the place."""
     notes: list[str] = []
     """Errors that SQL and HTTP returned to the function, whether or not it mentioned them."""
+    unasked: list[str] = []
+    """Requests for which the case has answers, and which the function didn't make."""
 
 
 class CallLimits(Struct, frozen=True):

@@ -11,6 +11,7 @@ from msgspec import Struct, structs
 from control.protocol.manifest import TICK_HEADERS, Manifest, SqlGrant, sql_grant
 from edge_runtime.guests.invocation import Request, SingleCallResult
 from edge_runtime.ipc.request_head import RequestUnfit
+from edge_runtime.oneshot.given_answers import GivenAnswer
 from edge_runtime.web.routes import Match, Table
 
 _METHOD: Final = re.compile(r"[A-Z]{1,16}")
@@ -45,6 +46,8 @@ class SingleCallRequest(Struct):
     """The function's name; if empty, the file's name without its extension."""
     manifest_given: bool = True
     """Whether `manifest` is the author's. If not, no messages blame the manifest for denials."""
+    http: list[GivenAnswer] = []
+    """What its HTTP requests are answered; without an answer they fail."""
 
     @property
     def path(self) -> Path:
@@ -140,6 +143,8 @@ class FreshCall(Struct):
     """If the node makes the call by itself: the headers that say so, which no client can send."""
     body: bytes = b""
     secrets: dict[str, str] = {}
+    http: list[GivenAnswer] = []
+    """As in `SingleCallRequest`."""
     before: str = ""
     """Statements that are run before the call, after the schema's."""
     after: list[str] = []

@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from control.protocol.manifest import Manifest, completed
+from control.protocol.manifest import HttpGrant, Manifest, completed
 from edge_runtime.aot_cache import users_folder
 from edge_runtime.children.warmup import rehearse
 from edge_runtime.errors import CodedError
@@ -25,6 +25,7 @@ from edge_runtime.guests import guest
 from edge_runtime.guests.abi.detect import ModuleRefused
 from edge_runtime.guests.invocation import SingleCallResult
 from edge_runtime.ipc import progress_page
+from edge_runtime.ipc.http_messages import NotFetched
 from edge_runtime.ipc.request_head import RequestUnfit
 from edge_runtime.oneshot import compiled_code, single_call
 from edge_runtime.oneshot.call_messages import (
@@ -37,6 +38,7 @@ from edge_runtime.oneshot.call_messages import (
     made_request,
 )
 from edge_runtime.oneshot.forked import run_forked
+from edge_runtime.oneshot.given_answers import GivenAnswers
 from edge_runtime.oneshot.single_call import CallCode
 from edge_runtime.oneshot.sql_command import shown_value
 from edge_runtime.sandbox import fence
@@ -166,7 +168,15 @@ class _Ready:
                 f"secrets = {{ {example} }} above all cases of its file.",
             )
         values = {name: asked.secrets[name] for name in manifest.secrets}
-        request = SingleCallRequest(asked.file, manifest, http, str(users_folder()), secrets=values, name=asked.name)
+        if asked.http and manifest.http is None:
+            raise CodedError("request_unfit", "The case answers HTTP requests; the manifest doesn't grant any: `http`.")
+        try:
+            GivenAnswers(manifest.http or HttpGrant([]), asked.http)
+        except NotFetched as unfit:
+            raise CodedError("request_unfit", f"An answer of the case's `http` is for no URL. {unfit}") from None
+        request = SingleCallRequest(
+            asked.file, manifest, http, str(users_folder()), secrets=values, name=asked.name, http=asked.http
+        )
         key = (asked.file, manifest.memory_pages, manifest.abi)
         known = self._known.get(key)
         if known is None:

@@ -31,7 +31,7 @@ from edge_runtime.guests.abi.detect import ModuleRefused
 from edge_runtime.guests.host_functions import host as guest_host
 from edge_runtime.guests.host_functions import not_granted
 from edge_runtime.guests.invocation import SingleCallResult
-from edge_runtime.ipc import frames
+from edge_runtime.ipc import frames, http_messages
 from edge_runtime.ipc.answer_head import fields
 from edge_runtime.ipc.local_code import with_code
 from edge_runtime.ipc.progress_page import LogPage, open_slot
@@ -39,6 +39,7 @@ from edge_runtime.oneshot import compiled_code, scratch_database
 from edge_runtime.oneshot.call_messages import SingleCallRequest
 from edge_runtime.oneshot.check import check_module
 from edge_runtime.oneshot.compiled_code import NotCompiled, files_of
+from edge_runtime.oneshot.given_answers import NONE, GivenAnswers
 from edge_runtime.oneshot.scratch_database import DatabaseUnusable
 from edge_runtime.sandbox import fence
 from edge_runtime.sandbox.allowlists import WRITE
@@ -48,7 +49,6 @@ from edge_runtime.sql.session import Session
 from edge_runtime.wasmedge import WasmEdgeError
 
 RUNNING: Final = b'{"running":true}\n'
-NO_HTTP: Final = b'{"error":{"code":"http_failed","message":"No request was made: `skerry dev` makes them."}}'
 NO_DATABASE: Final = orjson.dumps(
     {"error": {"code": "database_not_given", "message": "The call has no database: name one with --sql FILE."}}
 )
@@ -163,9 +163,11 @@ def call(
     function = guest.LoadedFunction.load(with_code(local, code.aot or request.path), request.secrets)
     notes: list[str] = []
     sql = None if opened is None else _sql(request, opened)
+    grant = request.manifest.http
+    answers = None if grant is None else GivenAnswers(grant, request.http)
     services = guest.CallServices(
         _NotedService("SQL", _no_sql(request) if sql is None else sql.execute, notes),
-        _NotedService("HTTP", _no_http(request), notes),
+        _NotedService("HTTP", _no_http(request) if answers is None else answers.fetch, notes),
     )
     begins()
     began = time.monotonic()
@@ -184,7 +186,9 @@ def call(
             result.place = trap_places.place(written, code.wasm, manifest.abi)
         return result
     seconds = time.monotonic() - began
-    return SingleCallResult(answer.status, fields(answer.head), answer.body, answer.log, seconds, notes=notes)
+    unasked = [] if answers is None else answers.left()
+    head = fields(answer.head)
+    return SingleCallResult(answer.status, head, answer.body, answer.log, seconds, notes=notes, unasked=unasked)
 
 
 def _failed(code: str, message: str, log: bytes, seconds: float, notes: list[str]) -> SingleCallResult:
@@ -205,9 +209,9 @@ def _no_sql(request: SingleCallRequest) -> _Service:
 
 
 def _no_http(request: SingleCallRequest) -> _Service:
-    """Return the HTTP service of a call for which no requests are made."""
-    granted = request.manifest.http is not None or not request.manifest_given
-    return lambda _: NO_HTTP if granted else not_granted("HTTP", "`http`, with the hosts")
+    """Return the HTTP service of a call whose manifest grants it none."""
+    refused = not_granted("HTTP", "`http`, with the hosts")
+    return lambda _: refused if request.manifest_given else http_messages.refused("http_failed", NONE)
 
 
 def _compiled(request: SingleCallRequest, wasm: bytes) -> AotFile:

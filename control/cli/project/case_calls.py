@@ -30,6 +30,8 @@ class CaseResult(Struct):
     message: str = ""
     notes: list[str] = []
     """Errors of its SQL and HTTP."""
+    unasked: list[str] = []
+    """Requests for which the case has answers, and which the call didn't make."""
 
     def headers_by_name(self) -> dict[str, str]:
         """Return the answer's headers by lower-case name; the values of a repeated header are joined."""

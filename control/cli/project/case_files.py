@@ -6,6 +6,7 @@ secrets = { KEY = "test" }          optional: values of the secrets that manifes
 name = "an order is kept"
 request = { method = "POST", path = "/7?x=1", headers = { … }, body = "…" }      or `route` instead of `path`
 sql_before = "INSERT INTO …;"
+http = [{ url = "https://…", method = "GET", status = 200, headers = { … }, json = … }]     or body = "…"
 status = 201                        without it 200, or for a tick any success
 headers = { content-type = "application/json" }
 json = { id = 1 }                   or body = "…"
@@ -50,6 +51,18 @@ class CaseRequest(msgspec.Struct, forbid_unknown_fields=True):
     body: str = ""
 
 
+class CaseAnswer(msgspec.Struct, forbid_unknown_fields=True):
+    """What one HTTP request of the function is answered."""
+
+    url: Text
+    method: str = ""
+    """If not given: any."""
+    status: Annotated[int, Meta(ge=200, le=599)] = 200
+    headers: dict[str, str] = field(default_factory=dict)
+    body: str | UnsetType = UNSET
+    json: Any = UNSET
+
+
 class CaseRows(msgspec.Struct, forbid_unknown_fields=True):
     """A statement that is run after the call, and the rows that it must return, in order."""
 
@@ -64,6 +77,7 @@ class CaseTable(msgspec.Struct, forbid_unknown_fields=True):
     function: str = ""
     request: CaseRequest = field(default_factory=CaseRequest)
     sql_before: str = ""
+    http: list[CaseAnswer] = field(default_factory=list)
     status: Annotated[int, Meta(ge=200, le=599)] | None = None
     headers: dict[str, str] = field(default_factory=dict)
     body: str | UnsetType = UNSET
@@ -94,6 +108,8 @@ class TestCase:
     request: CaseRequest
     secrets: dict[str, str]
     before: str
+    http: list[Json]
+    """The answers to the function's HTTP requests, in the form that the edge's process takes."""
     status: int | None
     """None: any from 200 to 299, with which a tick has succeeded."""
     headers: dict[str, str]
@@ -127,6 +143,7 @@ class TestCase:
             "body": msgspec.to_builtins(body),
             "secrets": self.secrets,
             "before": self.before,
+            "http": self.http,
             "after": [each.sql for each in self.after],
         }
 
@@ -192,6 +209,7 @@ def _case(file: Path, table: dict[str, Any], whole: CaseFile, found: Project, on
         given.request if given.event is None else CaseRequest("POST", "/", headers={"content-length": "0"}),
         whole.secrets,
         given.sql_before,
+        [_answer(each) for each in given.http],
         200 if given.status is None and given.event is None else given.status,
         given.headers,
         None if isinstance(given.body, UnsetType) else given.body,
@@ -199,6 +217,26 @@ def _case(file: Path, table: dict[str, Any], whole: CaseFile, found: Project, on
         [CaseRows(each.sql, _rows(each.rows)) for each in after],
         _tick(table, given, function),
     )
+
+
+def _answer(given: CaseAnswer) -> Json:
+    """Return an answer in the form that the edge's process takes. Raises: ValueError, when it isn't valid."""
+    if given.body is not UNSET and given.json is not UNSET:
+        raise ValueError(f"http: body and json of the answer to {given.url} are one or the other")
+    headers = dict(given.headers)
+    if isinstance(given.body, UnsetType):
+        body = b"" if given.json is UNSET else orjson.dumps(_json("http.json", given.json))
+    else:
+        body = given.body.encode()
+    if given.json is not UNSET and not any(name.lower() == "content-type" for name in headers):
+        headers["content-type"] = "application/json"
+    return {
+        "url": given.url,
+        "method": given.method.upper(),
+        "status": given.status,
+        "headers": list(headers.items()),
+        "body": msgspec.to_builtins(body),
+    }
 
 
 def _tick(table: dict[str, Any], given: CaseTable, function: FunctionSource) -> list[tuple[str, str]]:

@@ -57,6 +57,7 @@ def compared(case: TestCase, done: CaseDone) -> list[str]:
         lines += _json_differs(case.json, result)
     elif lines and case.body is None and answered:
         lines += ["body:", *answered[:SHOWN].splitlines()]
+    lines += [f"http: it didn't request {unasked}" for unasked in result.unasked]
     if len(done.rows) < len(case.after):
         lines.append("sql_after: it wasn't run: the call ended its process, and its database with it")
     for after, rows in zip(case.after, done.rows, strict=False):

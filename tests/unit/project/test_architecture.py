@@ -44,7 +44,7 @@ LAW: dict[str, set[str]] = {
     "edge_runtime.guests": {"ipc", "native", "wasmedge"},
     "edge_runtime.backup": {"ipc", "sql", "sync"},
     "edge_runtime.children": {"backup", "guests", "ipc", "native", "sandbox", "sql", "wasmedge"},
-    "edge_runtime.oneshot": {"children", "guests", "ipc", "sandbox", "sql", "telemetry", "wasmedge", "web"},
+    "edge_runtime.oneshot": {"children", "egress", "guests", "ipc", "sandbox", "sql", "telemetry", "wasmedge", "web"},
     "edge_runtime.telemetry": {"ipc"},
     "edge_runtime.sync": {"ipc", "telemetry"},
     "edge_runtime.dispatch": {"ipc", "telemetry"},

@@ -3,6 +3,8 @@
 import xml.etree.ElementTree as xml
 from pathlib import Path
 
+import orjson
+
 from tests.guests.build import example, guest, wat
 from tests.support.cases_project import Folder, sent
 from tests.support.programs import command
@@ -257,6 +259,55 @@ request = {{ method = "POST", headers = {{ Skerry-Event = "schedule", skerry_cro
         done = await project.test()
         assert done.status == 2
         assert told in done.err
+
+
+async def test_a_case_that_answers_http(tmp_path: Path, cache: Path) -> None:
+    """The answers in their order, each for its method and URL; no request leaves the machine."""
+    project = Folder(tmp_path, cache)
+    project.function("prices", guest("fetch"), 'http = { hosts = ["shop.example"], methods = ["GET", "POST"] }')
+    get, post = "GET https://shop.example/milk?x=1", "POST https://shop.example/"
+    one = 'http = [{ url = "https://shop.example/milk?x=1", method = "GET" }]\n'
+
+    def asks(*requests: str) -> str:
+        pairs = [request.split() for request in requests]
+        lines = "\n".join(orjson.dumps({"method": method, "url": url}).decode() for method, url in pairs)
+        return f"request = {{ body = {orjson.dumps(lines).decode()} }}\n"
+
+    answers = (
+        '{"status":200,"headers":[["content-type","application/json"]],"body":"{\\"price\\":3}"}\n'
+        '{"status":503,"headers":[["age","9"]],"body":"later"}\n'
+        '{"status":200,"headers":[],"body":""}\n'
+    )
+    project.cases(
+        f"""
+[[case]]
+name = "answered"
+{asks(get, post, get)}
+http = [
+  {{ url = "https://shop.example/milk?x=1", json = {{ price = 3 }} }},
+  {{ url = "HTTPS://Shop.example:443", method = "post", status = 503, headers = {{ Age = "9" }}, body = "later" }},
+  {{ url = "https://shop.example/milk?x=1", body = "" }},
+]
+body = {orjson.dumps(answers).decode()}
+"""
+    )
+    done = await project.test()
+    assert (done.status, b"1 passed" in done.out) == (0, True), done
+    for more, told in (
+        (asks(post) + one, "http: it didn't request GET https://shop.example/milk?x=1"),
+        (asks(get, get) + one, f"the case's `http` has no answer left for {get}. (http_failed)"),
+        (asks(get), "No request was made: `skerry dev` makes them. (http_failed)"),
+        (asks("GET http://shop.example/") + one, "doesn't name `http://shop.example`. (not_granted)"),
+        (asks("GET https://other.example/") + one, "doesn't name `other.example`. (not_granted)"),
+        (asks("PUT https://shop.example/") + one, "`http.methods` doesn't name PUT"),
+        ('http = [{ url = "shop.example" }]', "The URL must begin with https:// or http://. (request_unfit)"),
+    ):
+        project.cases(f'[[case]]\nname = "a"\nstatus = 201\n{more}')
+        done = await project.test()
+        assert (done.status, told in " ".join(done.out.decode().split())) == (1, True), (told, done)
+    project.function("prices", guest("fetch"), 'sql = "none"')
+    project.cases(f'[[case]]\nname = "a"\n{one}')
+    assert b"the manifest doesn't grant any: `http`. (request_unfit)" in (await project.test()).out
 
 
 async def test_many_cases(project: Folder) -> None:

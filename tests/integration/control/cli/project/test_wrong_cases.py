@@ -29,6 +29,8 @@ WRONG = [
     ('[[case]]\nname = "a"\nsql_after = { sql = "x", rows = "[1]" }', "a list for each row"),
     ('[[case]]\nname = "a"\nrequest = { path = "orders" }', "must begin with / or ?"),
     ('[[case]]\nname = "a"\nrequest = { path = "/a", route = "/b" }', "request.path and request.route are one or"),
+    ('[[case]]\nname = "a"\nhttp = [{ url = "https://x", jsn = 1 }]', "unknown key jsn in http: is it json?"),
+    ('[[case]]\nname = "a"\nhttp = [{ url = "https://x", json = 1, body = "" }]', "answer to https://x are one or the"),
     ('[[case]]\nname = "a"\n[[case]]\nname = "a"', "case 2 (a): a case before it"),
     ('[[case]]\nname = "a"\nfunction = "other"', "no function other; it has notes"),
     ('[[case]]\nname = "a"\nevent = "tick"', "case 1 (a): event: Invalid enum value 'tick'"),

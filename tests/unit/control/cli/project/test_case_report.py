@@ -17,7 +17,7 @@ FUNCTION = FunctionSource(Path("f"), "f", "", Path("f/f.wasm"))
 
 
 def case(**more: Any) -> TestCase:
-    given: dict[str, Any] = {"status": 200, "headers": {}, "body": None, "json": UNSET, "after": [], **more}
+    given: dict[str, Any] = {"http": [], "status": 200, "headers": {}, "body": None, "json": UNSET, "after": [], **more}
     return TestCase(Path("tests/f.toml"), "a", FUNCTION, CaseRequest(), {}, "", **given)
 
 
@@ -82,6 +82,12 @@ def test_a_call_that_failed_has_a_status_and_nothing_else(expected: dict[str, An
     ended = done(status=502, code="guest_trap", message="It trapped.")
     lines = compared(case(**expected), ended)
     assert lines == ([] if passes else ["the call failed: It trapped. (guest_trap)"])
+
+
+def test_an_answer_that_was_not_asked_for_is_different() -> None:
+    assert compared(case(), done(unasked=["GET https://a.example/"])) == [
+        "http: it didn't request GET https://a.example/"
+    ]
 
 
 def test_rows_after_the_call_are_compared_in_their_order() -> None:
