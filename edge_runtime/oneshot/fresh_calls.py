@@ -17,7 +17,7 @@ from typing import Final
 
 import msgspec
 
-from control.protocol.manifest import HttpGrant, Manifest, completed
+from control.protocol.manifest import Manifest, completed
 from edge_runtime.aot_cache import users_folder
 from edge_runtime.children.warmup import rehearse
 from edge_runtime.errors import CodedError
@@ -171,7 +171,8 @@ class _Ready:
         if asked.http and manifest.http is None:
             raise CodedError("request_unfit", "The case answers HTTP requests; the manifest doesn't grant any: `http`.")
         try:
-            GivenAnswers(manifest.http or HttpGrant([]), asked.http)
+            if manifest.http is not None:
+                GivenAnswers(manifest.http, asked.http)
         except NotFetched as unfit:
             raise CodedError("request_unfit", f"An answer of the case's `http` is for no URL. {unfit}") from None
         request = SingleCallRequest(
